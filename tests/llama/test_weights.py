@@ -29,6 +29,7 @@ pytestmark = pytest.mark.slow  # a decision depends on the library's version, so
 BF16, Q8, MIXED, Q4 = (wanted.name for wanted in FORMATS)
 GOOD, BAD = Quality(1000, 20.0, 20.1, 0.005, 0.96), Quality(100, 20.0, 25.0, 0.3, 0.6)
 FAST, FASTER = Pace(1.7, 1.3, 1.6, 1.4, 1.6), Pace(2.0, 1.5, 2.0, 1.7, 2.0)
+FASTEST = Pace(2.5, 2.0, 2.5, 2.2, 2.5)
 SLOW_ALONE, NO_FASTER = Pace(1.5, 0.8, 1.5, 0.84, 1.5), Pace(1.05, 1.05, 1.05, 1.05, 1.05)
 
 
@@ -82,7 +83,7 @@ class Lab:
         if source.format in self.made:
             assert self.duel is not None, "two formats were timed against each other"
             return self.duel
-        return self.found[candidate.format][1]
+        return self.found.get(candidate.format, (BAD, NO_FASTER))[1]
 
 
 @pytest.fixture
@@ -106,12 +107,13 @@ def files() -> list[str]:
 
 def test_the_fastest_of_those_that_pass_is_chosen_once(lab: Lab) -> None:
     """The others are removed; the second start measures nothing and makes nothing."""
-    lab.found = {Q8: (GOOD, FAST), MIXED: (GOOD, FASTER), Q4: (BAD, FASTER)}
+    lab.found = {Q8: (GOOD, FAST), MIXED: (GOOD, FASTER), Q4: (BAD, FASTEST)}
     assert lab.chooser().planned().reason == "not decided yet: the next start does it"
     chosen = lab.chooser().choose()
     assert chosen.name == MIXED
     assert chosen.path.read_bytes().endswith(MIXED.encode())
-    assert lab.made == lab.compared == [Q8, MIXED, Q4]
+    assert lab.made == [Q8, MIXED, Q4]
+    assert lab.compared == [Q4, MIXED], "the fastest is judged first, and none after the one that passes"
     assert files() == [chosen.path.name]
     again = lab.chooser().choose()
     assert again == lab.chooser().planned() == chosen
@@ -119,21 +121,21 @@ def test_the_fastest_of_those_that_pass_is_chosen_once(lab: Lab) -> None:
     assert "0.0050 from the file's, and faster here: a request among eight x2.00, alone x1.70 (prompts x2.00, one" in again.reason
 
 
-def test_after_a_failed_check_of_quality_nothing_smaller_is_tried(lab: Lab) -> None:
-    """The source is served and the limit is named; the figures are kept."""
-    lab.found = {Q8: (BAD, FASTER)}
+def test_where_none_is_as_good_the_source_is_served(lab: Lab) -> None:
+    """The limit is named; the figures are kept."""
+    lab.found = {Q8: (BAD, FAST), MIXED: (BAD, FASTER), Q4: (BAD, NO_FASTER)}
     chosen = lab.chooser().choose()
     assert (chosen.path, chosen.name) == (lab.source, AS_IS)
     assert "q8_0: its KL divergence from the source is 0.3000, allowed is 0.02 (model.weights_kl_max)" in chosen.reason
-    assert lab.compared == [Q8]
+    assert lab.compared == [MIXED, Q8], "what is not faster is not judged"
     assert files() == []
     assert lab.chooser().choose() == chosen
-    assert lab.compared == [Q8], "also a refusal is remembered"
+    assert lab.compared == [MIXED, Q8], "also a refusal is remembered"
 
 
 def test_good_weights_that_are_not_faster_are_not_taken(lab: Lab) -> None:
     """Neither slightly faster ones nor those that are slower for a lone request; the next format is tried all the same."""
-    lab.found = {Q8: (GOOD, SLOW_ALONE), MIXED: (GOOD, FAST), Q4: (BAD, FAST)}
+    lab.found = {Q8: (GOOD, SLOW_ALONE), MIXED: (GOOD, FAST), Q4: (BAD, FASTER)}
     assert lab.chooser().choose().name == MIXED
     lab.found = dict.fromkeys((Q8, MIXED, Q4), (GOOD, NO_FASTER))
     chooser = lab.chooser()
@@ -146,7 +148,7 @@ def test_good_weights_that_are_not_faster_are_not_taken(lab: Lab) -> None:
 
 
 def test_what_a_lone_request_may_lose_is_a_setting(lab: Lab) -> None:
-    lab.found = {Q8: (GOOD, SLOW_ALONE), MIXED: (BAD, FAST)}
+    lab.found = {Q8: (GOOD, SLOW_ALONE), MIXED: (BAD, FASTER)}
     refused = lab.chooser().choose()
     assert refused.name == AS_IS
     assert "a lone request has 0.84 of the file's speed, wanted is 0.85 (model.weights_alone_min" in refused.reason
@@ -177,13 +179,13 @@ def test_without_memory_for_both_their_gains_decide(lab: Lab) -> None:
 def test_a_format_without_room_is_passed_over(lab: Lab) -> None:
     """The next one is smaller. It is remembered why, and with what was found the next start measures nothing."""
     lab.system_info = "AVX512_BF16 = 1"
-    lab.found = {BF16: (GOOD, FASTER), Q8: (GOOD, FAST), MIXED: (BAD, FAST)}
+    lab.found = {BF16: (GOOD, FASTER), Q8: (GOOD, FAST), MIXED: (BAD, FASTER)}
     lab.too_large = BF16
     chosen = lab.chooser().choose()
     assert chosen.name == Q8
     assert "bf16 does not fit into memory with these settings" in to_text(lab.source, chosen)
     assert lab.chooser().choose() == chosen
-    assert lab.made == [BF16, Q8, MIXED]
+    assert lab.made == [BF16, Q8, MIXED, Q4]
     assert files() == [chosen.path.name]
 
 
@@ -225,8 +227,8 @@ def test_a_damaged_file_is_made_again_without_measuring(lab: Lab) -> None:
         harm()
         assert lab.chooser().planned().path == lab.source
         assert lab.chooser().choose().path == path
-    assert lab.made == [Q8, MIXED, Q8, Q8]
-    assert lab.compared == [Q8, MIXED]
+    assert lab.made == [Q8, MIXED, Q4, Q8, Q8]
+    assert lab.compared == [MIXED, Q8]
 
 
 def test_an_engine_in_the_place_of_another_has_its_weights_without_measuring(lab: Lab) -> None:
@@ -318,7 +320,7 @@ def test_somebody_who_decided_while_this_one_waited_is_believed(lab: Lab) -> Non
     digest = file_digest(lab.source)
     with second.folder.locked():
         assert second._choose(digest) == expected
-    assert lab.compared == [Q8, MIXED]
+    assert lab.compared == [MIXED, Q8]
 
 
 def test_a_decision_that_cannot_be_read_is_made_again(lab: Lab) -> None:
@@ -342,5 +344,5 @@ def test_the_figures_are_shown(lab: Lab) -> None:
         assert piece in text
     document = json.loads(to_json(lab.source, chosen))
     assert document["served"] == Q8
-    assert [trial["problem"] == "" for trial in document["trials"]] == [True, False]
+    assert [trial["problem"] == "" for trial in document["trials"]] == [True, False, False]
     assert document["trials"][0]["pace"]["prompt"] == 1.7

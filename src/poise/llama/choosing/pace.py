@@ -4,6 +4,7 @@ What counts is a request, not a pass: a chat's prompt and answer, alone and as o
 
 Times are minima, as in `poise.llama.choosing.measure`: what else runs on the host only ever adds to them."""
 
+import time
 from contextlib import ExitStack
 from math import inf
 
@@ -52,14 +53,17 @@ class Pace(msgspec.Struct, frozen=True):
         return f"a request among eight x{self.among_8:.2f}, alone x{self.alone:.2f} ({passes})"
 
 
-def compare_pace(source: Model, candidate: Model, *, threads: int) -> Pace:
-    """Time both, a pass of each in turn."""
+def compare_pace(source: Model, candidate: Model, *, threads: int, limit_s: float = inf) -> Pace:
+    """Time both, a pass of each in turn; after `limit_s` no further round begins."""
+    deadline = time.perf_counter() + limit_s
     pool = PoolSpec(SHORT_POOL, 8, 2 * NEAR, flash_attention=True)
     best = [dict.fromkeys(PASSES, inf), dict.fromkeys(PASSES, inf)]
     with ExitStack() as stack:
         made = (Probe(model, pool, "f16", threads, list(PASSES.values())) for model in (source, candidate))
         probes = [stack.enter_context(probe) for probe in made]
-        for _ in range(ROUNDS):
+        for done in range(ROUNDS):
+            if done and time.perf_counter() > deadline:
+                break
             for name, timed in PASSES.items():
                 for _ in range(1 if timed.n_tokens > 1 else DECODES):
                     for probe, times in zip(probes, best, strict=True):

@@ -1,10 +1,10 @@
 """Which file is really loaded: the source, or the same model in the weight format that this CPU computes fastest.
 
-`model.weights = "auto"` decides once for each model, host and llama.cpp version, at the first start. The formats are tried from
-the most exact to the smallest. Each is made (`requantise`), held against the source on a text (`quality`) and, if it passes,
-timed against it (`pace`); the first that fails the check of quality ends it, and the one with the greatest gain is taken. One for
-which there is no room on the disk or in memory is passed over. The decision is kept with its figures; where nothing was taken and
-time or room was missing, the next starts try again, SLOW_STARTS in all. Where there was room for none, nothing is kept.
+`model.weights = "auto"` decides once for each model, host and llama.cpp version, at the first start. Each format is made
+(`requantise`) and timed against the source (`pace`). Of those that are fast enough the fastest is held against the source on a
+text (`quality`), and if it fails, the next: no time goes into judging what would not be taken. One for which there is no room
+on the disk or in memory is passed over. The decision is kept with its figures; where nothing was taken and time or room was
+missing, the next starts try again, SLOW_STARTS in all. Where there was room for none, nothing is kept.
 
 Whatever goes wrong here, the source is served."""
 
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 AS_IS = "as-is"
 SLOW_STARTS = 3
 """After so many starts without the time or the room to decide it is decided that the file stays as it is."""
+TIMED = 0.5
+"""Share of the whole that making and timing the formats takes; judging them takes the rest."""
 TRIAL_BYTES = 256 << 20
 """What two small contexts and their logits take at most, beside the weights of both models."""
 _FORMATS = {known.name: known for known in FORMATS}
@@ -168,26 +170,20 @@ class Chooser:
 
     def _decide(self, digest: str, n_slow: int) -> Decision:
         formats = candidates(read_header(self.source), library.load().print_system_info().decode())
-        trials: list[Trial] = []
+        trials: dict[str, Trial] = {}
         hindrances: list[CannotMake] = []
         best: Trial | None = None
         deadline = time.perf_counter() + self.settings.model.weights_check_s
         try:
             with Model.load(self.source) as source:
                 for i, wanted in enumerate(formats):
-                    part = self._part(i / len(formats), 1 / len(formats))
+                    self.progress(TIMED * i / len(formats))
                     try:
-                        trial = self._try(source, digest, wanted, deadline, part)
+                        trials[wanted.name] = self._time(source, digest, wanted, deadline)
                     except CannotMake as hindrance:
                         hindrances.append(hindrance)
-                        trials.append(Trial(wanted.name, _one_line(hindrance)))
-                        continue
-                    trials.append(trial)
-                    if trial.pace is None:  # it did not come that far
-                        break
-            for trial in trials:
-                if not trial.problem and (best is None or self._is_faster(digest, trial, best)):
-                    best = trial
+                        trials[wanted.name] = Trial(wanted.name, _one_line(hindrance))
+                best = self._judge(source, digest, trials, deadline)
         finally:
             for wanted in formats:
                 if best is None or wanted.name != best.name:
@@ -195,35 +191,54 @@ class Chooser:
         if len(hindrances) == len(formats):
             raise hindrances[0]
         if best is None:
-            problems = "; ".join(f"{trial.name}: {trial.problem}" for trial in trials)
-            was_busy = any(trial.slow for trial in trials) and not any(self.quotas())  # a quota is no larger at the next start
+            problems = "; ".join(f"{trial.name}: {trial.problem}" for trial in trials.values())
+            was_busy = any(trial.slow for trial in trials.values()) and not any(
+                self.quotas()
+            )  # a quota is no larger at the next start
             is_open = bool(hindrances) or was_busy
-            return Decision(AS_IS, problems, trials, n_slow + 1 if is_open else 0)
+            return Decision(AS_IS, problems, list(trials.values()), n_slow + 1 if is_open else 0)
         assert best.quality is not None, best
         reason = f"KL divergence {best.quality.kl:.4f} from the file's, and faster here: {best.pace}"
-        return Decision(best.name, reason, trials)
+        return Decision(best.name, reason, list(trials.values()))
 
-    def _try(self, source: Model, digest: str, wanted: WeightFormat, deadline: float, progress: Progress) -> Trial:
-        """Make one format and measure it. Raises CannotMake where the disk or memory is in the way."""
-        path, limits = self._made(digest, wanted), self.settings.model
+    def _time(self, source: Model, digest: str, wanted: WeightFormat, deadline: float) -> Trial:
+        """Make one format and measure its pace. Raises CannotMake where the disk or memory is in the way."""
+        path = self._made(digest, wanted)
         if not self.fits(path):
             raise CannotMake(f"{wanted.name} does not fit into memory with these settings")
         if self.room() < read_header(path).tensor_bytes + TRIAL_BYTES:
             raise CannotMake(f"memory does not hold the source and {wanted.name} at once, to compare them")
-        progress(0.1)
         with Model.load(path) as candidate:
-            n_bytes = candidate.size_bytes
-            try:
-                left_s, kl_max = deadline - time.perf_counter(), limits.weights_kl_max
-                quality = compare(source, candidate, self._threads, kl_max, left_s, lambda done: progress(0.1 + 0.6 * done))
-            except TooSlow as slow:
-                took = f"checking it would take {slow.args[0]:.0f} s more, longer than there is time for"
-                return Trial(wanted.name, f"{took} (model.weights_check_s)", n_bytes=n_bytes, slow=True)
-            if problem := quality.problem(limits.weights_perplexity_max, limits.weights_kl_max):
-                return Trial(wanted.name, problem, quality, n_bytes=n_bytes)
-            pace = compare_pace(source, candidate, threads=self._threads)
-        progress(1.0)
-        return Trial(wanted.name, pace.problem(limits.weights_alone_min), quality, pace, n_bytes)
+            pace = compare_pace(source, candidate, threads=self._threads, limit_s=deadline - time.perf_counter())
+            problem = pace.problem(self.settings.model.weights_alone_min)
+            return Trial(wanted.name, problem, pace=pace, n_bytes=candidate.size_bytes)
+
+    def _judge(self, source: Model, digest: str, trials: dict[str, Trial], deadline: float) -> Trial | None:
+        """The fastest that is as good as the source; what is found goes into `trials`. One for which time is short ends it: the
+        others would read the same text."""
+        limits = self.settings.model
+        while left := [trial for trial in trials.values() if not trial.problem]:
+            best = left[0]
+            for trial in left[1:]:
+                if self._is_faster(digest, trial, best):
+                    best = trial
+            done = 1 - (1 - TIMED) * len(left) / len(trials)
+            with Model.load(self.folder.path(self.source, digest, _FORMATS[best.name])) as candidate:
+                try:
+                    part = self._part(done, (1 - TIMED) / len(trials))
+                    left_s = deadline - time.perf_counter()
+                    quality = compare(source, candidate, self._threads, limits.weights_kl_max, left_s, part)
+                except TooSlow as slow:
+                    took = (
+                        f"checking it would take {slow.args[0]:.0f} s more, longer than there is time for (model.weights_check_s)"
+                    )
+                    trials[best.name] = msgspec.structs.replace(best, problem=took, slow=True)
+                    return None
+            problem = quality.problem(limits.weights_perplexity_max, limits.weights_kl_max)
+            trials[best.name] = msgspec.structs.replace(best, problem=problem, quality=quality)
+            if not problem:
+                return trials[best.name]
+        return None
 
     def _made(self, digest: str, wanted: WeightFormat) -> Path:
         """The file in a format, made where it is not there; the lock is held. Raises CannotMake."""

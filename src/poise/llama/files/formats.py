@@ -45,7 +45,7 @@ FORMATS = (
     WeightFormat("q4_0 with q8_0 head", _FTYPE_Q4_0, Q8_0, 8.5),
     WeightFormat("q4_0", _FTYPE_Q4_0, Q4_0, 4.5),
 )
-"""From the most exact to the smallest: where one fails the check of quality, those after it are not tried."""
+"""From the most exact to the smallest."""
 
 
 def main_type(header: GgufHeader) -> int:
