@@ -12,11 +12,13 @@ from poise.gateway.records.values import Answer, Bill, Logprob, Notes, ToolCall,
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.answers import EntryKind
 from poise.scheduler.request import Queued
-from poise.wire.messages import Prefill
+from poise.wire.messages import Drafted, Prefill
 
 ChoiceState = Annotated[str, one_of(*RequestState)]
 WOKEN = "woken"
 """The moment of a request for which the model's pages, given back while nothing was asked for, have to be read again."""
+PREFILL_LEFT_MS = 500
+"""How far a prompt is, is told while the rest takes as long as this or longer."""
 PREFILL = "prefill"
 """A moment for chunks of a prompt that were computed."""
 _RECORD_BYTES, _CHOICE_BYTES, _END_BYTES, _ENTRY_BYTES, _FAILURE_BYTES = 1958, 180, 130, 24, 450
@@ -57,15 +59,28 @@ class ChoiceRecord:
     finish_reason: str | None = None
     outcome: str | None = None
 
-    def foreseen(self, prefill: Prefill, n_prompt: int, now_s: float) -> tuple[int, int, int] | None:
-        """With this chunk: tokens of the prompt that are computed, of how many, and in how many ms the rest will be at the pace
-        so far. None: all are."""
+    def draft(self, drafted: Drafted) -> None:
+        """Guesses of its next tokens were computed."""
+        self.n_drafted += drafted.n_drafted
+        self.n_accepted += drafted.n_accepted
+
+    def foreseen(self, prefill: Prefill, n_prompt: int, now_s: float) -> dict[str, int] | None:
+        """With this chunk: tokens of the prompt that are `computed`, `of` how many, and in how many ms (`eta_ms`) the rest will be at
+        the pace so far. None: that is soon."""
         if self.prefill_s is None:
             self.prefill_s, self.n_prefilled = now_s - prefill.pass_us / 1e6, self.n_cached
         self.n_prefilled += prefill.n_tokens
         computed, left = self.n_prefilled - self.n_cached, n_prompt - self.n_prefilled
         pace_ms = (now_s - self.prefill_s) * 1000 / max(1, computed)
-        return (self.n_prefilled, n_prompt, int(pace_ms * left)) if left > 0 else None
+        if left <= 0 or pace_ms * left < PREFILL_LEFT_MS:
+            return None
+        return {"computed": self.n_prefilled, "of": n_prompt, "eta_ms": int(pace_ms * left)}
+
+
+def drafts_of(choices: Iterable[ChoiceRecord]) -> tuple[int, int]:
+    """Guesses that came true, and that did not, of all choices."""
+    counts = [(choice.n_accepted, choice.n_drafted - choice.n_accepted) for choice in choices]
+    return sum(accepted for accepted, _ in counts), sum(rejected for _, rejected in counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ RUN_ENTRIES = 256
 """Most entries of one event."""
 RUN_LOGPROBS = 16
 """The same, with log probabilities."""
-PREFILL_SAID_S, PREFILL_LEFT_MS = 1.0, 500
-"""How far a long prompt is, is sent once in so long, if it will not be done within that."""
+PREFILL_SAID_S = 1.0
+"""How far a long prompt is, is sent once in so long."""
 _UNSENT = frozenset(("arrived", "held_to", "queued", "routed", "not_answered", "started", "prefill", "first_token", "finished"))
 _NOW, _SET_TIMER = Wake.NOW, Wake.SET_TIMER
 _TEXT, _NAME = EntryKind.TEXT, EntryKind.CALL_NAME
@@ -127,10 +127,9 @@ class Reader(Follower):
             self._sent_place = record.place
             position, eta_ms = record.place
             out.append(self._writer.note(QUEUED, None, {"position": position, "eta_ms": eta_ms}))
-        if record.prefill is not None and record.prefill[2] >= PREFILL_LEFT_MS and now_s - self._prefill_said_s >= PREFILL_SAID_S:
+        if record.prefill is not None and now_s - self._prefill_said_s >= PREFILL_SAID_S:
             self._prefill_said_s = now_s
-            computed, whole, eta_ms = record.prefill
-            out.append(self._writer.note(PREFILLED, None, {"computed": computed, "of": whole, "eta_ms": eta_ms}))
+            out.append(self._writer.note(PREFILLED, None, record.prefill))
         if not self._is_opened and record.is_open:
             self._is_opened = True
             out.append(self._writer.opening(len(record.choices)))

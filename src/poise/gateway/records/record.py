@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 from poise.gateway.records.changes import RequestState
 from poise.gateway.records.following import Stage, Stop, consequence
-from poise.gateway.records.moments import PREFILL, ChoiceRecord, End, Gathered, Moment, bytes_of, end_bytes, weight_of
+from poise.gateway.records.moments import PREFILL, ChoiceRecord, End, Gathered, Moment, bytes_of, drafts_of, end_bytes, weight_of
 from poise.gateway.records.values import Answer, Bill, Heading, Logprob, Notes, Usage
 from poise.gateway.records.writer import MakeWriter, Writer
 from poise.gateway.request.generate import PLAIN, AnswerOptions
@@ -127,8 +127,8 @@ class Record:
     accepted: Accepted | None = None
     place: tuple[int, int] | None = None
     """Place in the queue and estimated wait in ms, as long as that is worth telling."""
-    prefill: tuple[int, int, int] | None = None
-    """Tokens of the prompt that are computed, of how many, and in how many ms all of them will be; as long as some are not."""
+    prefill: dict[str, int] | None = None
+    """How far a long prompt is, as long as that is worth telling: see `ChoiceRecord.foreseen`."""
     downgraded: bool = False
     served_us: int = 0
     """Compute, a summary's included, as far as the engine has told."""
@@ -219,11 +219,8 @@ class Record:
             return self.told
         n_output = self.n_tokens if n_entries is None else self.tokens_at(n_entries)
         n_reasoned = len(self.reasoned) if n_entries is None else bisect_left(self.reasoned, n_entries)
-        usage = Usage(self.n_prompt, n_output, sum(choice.n_cached for choice in self.choices), n_reasoned)
-        if n_entries is None or n_entries == self.n_entries:
-            usage.accepted_tokens = sum(choice.n_accepted for choice in self.choices)
-            usage.rejected_tokens = sum(choice.n_drafted for choice in self.choices) - usage.accepted_tokens
-        return usage
+        drafted = drafts_of(self.choices) if n_entries in (None, self.n_entries) else (0, 0)
+        return Usage(self.n_prompt, n_output, sum(choice.n_cached for choice in self.choices), n_reasoned, *drafted)
 
     def note(self, what: str, choice: int | None = None, **detail: Any) -> None:
         """Put something on the timeline, as of now."""

@@ -219,8 +219,7 @@ class Generation:
         elif type(event) is Prefill:
             self._record.note_prefill(choice.record.index, event)
         elif type(event) is Drafted:
-            choice.record.n_drafted += event.n_drafted
-            choice.record.n_accepted += event.n_accepted
+            choice.record.draft(event)
         elif type(event) is PromptLogprobs:
             choice.echo.add(event)
         elif type(event) is Finish:
