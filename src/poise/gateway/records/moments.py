@@ -65,8 +65,8 @@ class ChoiceRecord:
         self.n_accepted += drafted.n_accepted
 
     def foreseen(self, prefill: Prefill, n_prompt: int, now_s: float) -> dict[str, int] | None:
-        """With this chunk: tokens of the prompt that are `computed`, `of` how many, and in how many ms (`eta_ms`) the rest will be at
-        the pace so far. None: that is soon."""
+        """With this chunk: tokens of the prompt that are `computed`, `of` how many, and in how many ms (`eta_ms`) the rest will
+        be at the pace so far. None: that is soon."""
         if self.prefill_s is None:
             self.prefill_s, self.n_prefilled = now_s - prefill.pass_us / 1e6, self.n_cached
         self.n_prefilled += prefill.n_tokens
