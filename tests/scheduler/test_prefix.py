@@ -248,6 +248,18 @@ def test_taking_a_warm_slot_over_trims_what_does_not_belong() -> None:
     assert [o.n_cells for o in operations if isinstance(o, StoreSlot)] == [407]
 
 
+def test_of_several_that_share_a_beginning_each_is_gone_on_from_where_it_lies() -> None:
+    """Four slots are warm with the same 400 tokens and a few of their own: nothing is carried for four more."""
+    d = driver(slots=4)
+    for wave in range(2):
+        for i in range(4):
+            d.add(408, 3, blocks=blocks("shared", 400) + blocks(f"{wave} {i}", 408)[50:])
+        d.run()
+        operations = [o for p in d.plans for o in p.operations]
+        assert len([o for o in operations if isinstance(o, CopySlot)]) == 3, "of the first wave"
+        assert not [o for o in operations if isinstance(o, StoreSlot | LoadSlot)]
+
+
 def test_a_beginning_is_copied_where_what_is_warm_would_lose_more() -> None:
     """The conversation that it shares its beginning with stays where it is."""
     d = driver()

@@ -27,6 +27,12 @@ class Prefix:
     copy: int = -1
     """The entry that it was written through to; -1: it was not."""
 
+    def shares(self, blocks: Sequence[int], n_cells: int) -> bool:
+        """Whether its first `n_cells` cells are those of a sequence with these blocks."""
+        n_blocks = -(-n_cells // BLOCK_TOKENS)
+        held = self.blocks[n_blocks - 1 : n_blocks]
+        return self.n_cells >= n_cells > 0 and len(held) > 0 and held == tuple(blocks[n_blocks - 1 : n_blocks])
+
 
 class PrefixIndex:
     """Kept prefixes by tenant and pool. `turned` is told of blocks of a pool that nobody had before, or nobody has any more."""

@@ -75,6 +75,9 @@ class Placement:
             found = self.reusable.find(sequence.request, sequence.pool, sequence.blocks, sequence.n_tokens)
         n_carried = self._n_carried
         pool.take(sequence, self._cheapest_slot(sequence, pool, found))
+        own = pool.warm.get(sequence.slot)
+        if found is not None and own is not None and own.shares(sequence.blocks, found[1]):
+            found = own, found[1]  # others have the same, and it is there already
         self._fill(sequence, pool, found)
         self.live.add(sequence)
         return self.carry_us * (self._n_carried - n_carried)
@@ -84,7 +87,7 @@ class Placement:
 
         def carried_us(slot: int) -> float:
             warm = pool.warm.get(slot)
-            if warm is not None and warm is source:
+            if warm is not None and n_cells and warm.shares(sequence.blocks, n_cells):
                 return self._loss_us(warm, warm.n_cells - n_cells)
             copied = n_cells if isinstance(source, Sequence) or (isinstance(source, Prefix) and source.slot >= 0) else 0
             return COPIED * self.carry_us * copied + (self._loss_us(warm, warm.n_cells) if warm is not None else 0.0)
@@ -96,7 +99,7 @@ class Placement:
         compute them again."""
         if n_cells < 2 * BLOCK_TOKENS or self.index.covers(warm):
             return 0.0
-        again_us = self._models[warm.pool].chunk_us(is_prompt=True, start=warm.n_cells - n_cells, n_tokens=n_cells)
+        again_us = self._again_us(warm, n_cells)
         fits = warm.n_cells * self._policy.pools[warm.pool].cell_bytes <= self.store.quota(warm.tenant)
         lost_us = min(again_us, COPIED * self.carry_us * warm.n_cells) if fits else again_us
         return lost_us * warm.use.worth(self.now_ns)
@@ -288,11 +291,20 @@ class Placement:
             self.index.remove(warm)
             self._operations.append(kv.ReleaseSlot(pool.name, slot, 0))
 
+    def _again_us(self, warm: Prefix, n_cells: int) -> float:
+        """What it takes to compute the last of its cells again."""
+        return self._models[warm.pool].chunk_us(is_prompt=True, start=warm.n_cells - n_cells, n_tokens=n_cells)
+
     def _spill(self, pool: KvPool, warm: Prefix, unless_shared: int | None = None) -> None:
-        """Keep a copy of a warm slot in the store, unless its cells are kept elsewhere, or live on in who takes the slot."""
-        lives_on = unless_shared is not None and warm.n_cells - unless_shared < 2 * BLOCK_TOKENS
-        if lives_on or self.index.covers(warm):
+        """Keep a copy of a warm slot in the store, unless its cells are kept elsewhere, or live on in who takes the slot, but for
+        so few that computing them again costs less than carrying all."""
+        if self.index.covers(warm):
             return
+        if unless_shared is not None:
+            n_lost = warm.n_cells - unless_shared
+            few = n_lost < 2 * BLOCK_TOKENS
+            if few or self._again_us(warm, n_lost) <= COPIED * self.carry_us * warm.n_cells:
+                return
         entry = self._admit(Purpose.PREFIX, warm.tenant, warm.pool, warm.n_cells)
         if entry is None:
             return
