@@ -50,7 +50,8 @@ SCHEMAS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PoiseServer]:
-    server = PoiseServer.start()
+    # Without drafts a request asked twice is computed in the same passes, and says the same to the last digit.
+    server = PoiseServer.start("--set", "speculation.max_streams=0")
     yield server
     assert server.stop() == 0
 
@@ -98,13 +99,13 @@ LONG = {"type": "object", "properties": {"story": {"type": "string", "minLength"
 def test_an_answer_that_is_cut_is_closed(client: OpenAI, max_tokens: int) -> None:
     """It says that it was cut, and can be read; whole, streamed, and as the argument of a call that was asked for by name."""
     ends = []
-    for seed in range(4):
+    for seed in range(12):
         answer = ask(client, seed, max_tokens, response_format=schema_format(STORY))
         ends.append(answer.choices[0].finish_reason)
         assert jsonschema_rs.is_valid(STORY, json.loads(answer.choices[0].message.content))
         assert answer.usage.completion_tokens <= max_tokens
     assert "length" in ends
-    chunks = ask(client, 3, max_tokens, response_format=schema_format(STORY), stream=True)
+    chunks = ask(client, 11, max_tokens, response_format=schema_format(STORY), stream=True)
     said = [chunk.choices[0] for chunk in chunks]
     assert "".join(choice.delta.content or "" for choice in said) == answer.choices[0].message.content
     assert said[-1].finish_reason == ends[-1]

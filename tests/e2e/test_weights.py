@@ -68,10 +68,13 @@ def test_the_life_of_weights(tmp_path: Path) -> None:
     assert len(made) == (chosen != "as-is")
     decision = json.loads((tmp_path / "poise" / "weights.json").read_text())
     (trials,) = (entry["trials"] for entry in decision.values())
-    quality = {trial["name"]: trial["quality"]["kl"] for trial in trials}
-    assert list(quality)[-2:] == ["q8_0", "q4_0 with q8_0 head"], "before them, bf16 where the CPU computes it"
-    assert 0 < quality.get("bf16", 0.001) < quality["q8_0"] < 0.02
-    assert quality["q4_0 with q8_0 head"] > 0.1, "4 bits a second time are another model"
+    names = [trial["name"] for trial in trials]
+    assert names[-3:] == ["q8_0", "q4_0 with q8_0 head", "q4_0"], "before them, bf16 where the CPU computes it"
+    assert all(trial["pace"] for trial in trials), "all of them are timed"
+    quality = {trial["name"]: trial["quality"]["kl"] for trial in trials if trial["quality"]}
+    assert chosen == "as-is" or quality[chosen] < 0.02
+    for name in ("q4_0 with q8_0 head", "q4_0"):
+        assert quality.get(name, 1.0) > 0.1, "4 bits a second time are another model"
 
     for path in made:  # nothing was made, and nothing can be damaged, where the file is served
         data = bytearray(path.read_bytes())

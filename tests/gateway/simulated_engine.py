@@ -110,7 +110,10 @@ def load(path: Path, settings: Settings, progress: Progress, weights_again: str 
     progress(0.5, "loading")
     if sys.argv[1] == "loads-for-ever":
         select.select([int(sys.argv[-1])], [], [])  # to the end of the gateway's side, which says nothing meanwhile
-    pools = [PoolInfo("short", settings.n_slots("short"), 4096, True, 0), PoolInfo("long", 2, 8192, True, 0)]
+    pools = [
+        PoolInfo("short", settings.n_slots("short"), 4096, True, 0),
+        PoolInfo("long", settings.n_slots("long"), 8192, True, 0),
+    ]
     runner = _Runner(pools, arena=arena)
     ready = Ready("simulated", 0, 1000, 8192, pools, os.getpid(), "works", f"again: {weights_again}")
     return LoadedRunner(runner, ready, {}, {})  # type: ignore[arg-type]
