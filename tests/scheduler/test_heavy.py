@@ -54,6 +54,25 @@ def test_r5_the_place_is_free_when_the_rest_is_not_heavy() -> None:
     d.assert_all_ended()
 
 
+def test_r3_a_short_turn_comes_before_the_last_seconds_of_a_heavy_prompt() -> None:
+    """Of the same tenant, however long the heavy one has waited; which ends all the same while short ones keep coming."""
+    d = driver()
+    heavy = says(d, "context")
+    while d.scheduler.sequences[heavy].n_computed < HEAVY - 600:
+        d.step()
+    d.now_ns += 100_000_000_000
+    short = d.add(40, 200, "a")
+    d.step()
+    assert d.scheduler.sequences[short].is_decoding
+    for i in range(200):
+        if i % 8 == 0:
+            d.add(40, 2, "a")
+        d.step()
+        if d.scheduler.sequences[heavy].is_decoding:
+            break
+    assert d.scheduler.sequences[heavy].is_decoding
+
+
 @pytest.mark.parametrize("tenant", ["a", "b"])
 def test_r5_a_warm_prompt_passes_the_heavy_ones(tenant: str) -> None:
     """It has a slot in the next step, whoever's heavy prompts compute and wait."""

@@ -242,7 +242,7 @@ class Scheduler:
         self._placement.close_holes()
         for victim, reason, arrival in self._preemption.claims(self._books, now_ns):
             self._life.preempt(victim, arrival, reason)
-        planning = PlanningPass(self._books, self._life.place, self._placement.reusable.cached)
+        planning = PlanningPass(self._books, self._life.place, self._placement.reusable.cached, now_ns)
         batches = planning.fill()
         n_held = sum(not sequence.paused for sequence in self._life.paused.values())
         limit = limit_of(self._books, batches, self._life.sequences, planning.target_us, n_held)

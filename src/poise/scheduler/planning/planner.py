@@ -24,6 +24,8 @@ from poise.scheduler.policy import LONG_POOL, DraftPolicy
 from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import Sequence
 
+HEAVY_AGEING = 0.1
+"""Of a heavy prompt's waiting so much counts, beside a short one's."""
 HEAVY_STRETCH = 2.0
 """A chunk that a heavy prompt saved up for may take this many times the step's target."""
 
@@ -38,6 +40,7 @@ class PlanningPass:
     books: Books
     start: Callable[[Sequence], float]
     cached: Callable[[Sequence], int]
+    now_ns: int
     budget: StepBudget = field(init=False)
     target_us: int = field(init=False)
     _chunks: dict[str, dict[int, Chunk]] = field(init=False)
@@ -253,12 +256,12 @@ class PlanningPass:
         """The prompt that comes first: one already in a slot, or a waiting one that may take a slot now."""
         served = self.books.served[request_class]
         best: Sequence | None = self._first_waiting(request_class)
-        rank = (served.rank(best.request.account), best.order_key, best.request.request_id) if best else None
+        rank = (served.rank(best.request.account), self._order(best), best.request.request_id) if best else None
         for request_id, sequence in self.books.running[request_class].items():
             if sequence.is_decoding or request_id in self._chosen:
                 continue
             done_us = self.books.models[sequence.pool].chunk_us(is_prompt=True, start=0, n_tokens=sequence.n_computed)
-            candidate = (served.rank(sequence.request.account), sequence.order_key - done_us, request_id)
+            candidate = (served.rank(sequence.request.account), self._order(sequence) - done_us, request_id)
             if rank is None or candidate < rank:
                 best, rank = sequence, candidate
         return best
@@ -274,7 +277,15 @@ class PlanningPass:
             if pool.may_take(request_class, admission.slots_max(self.books.policy.pools, name, limits))
         ]
         found = (head for head in heads if head is not None)
-        return min(found, key=lambda head: (rank(head.request.account), head.order_key), default=None)
+        return min(found, key=lambda head: (rank(head.request.account), self._order(head)), default=None)
+
+    def _order(self, sequence: Sequence) -> float:
+        """Lower goes first; to be compared with others' of this moment only. A heavy prompt has waited long by nature: its time
+        counts a tenth of others', or the last seconds of one would hold up every short turn that comes meanwhile."""
+        if not sequence.heavy:
+            return sequence.order_key
+        waited_us = (self.now_ns - sequence.arrived_ns) / 1000
+        return sequence.order_key + (1 - HEAVY_AGEING) * self.books.policy.ageing * waited_us
 
     def _chunk_tokens(self, sequence: Sequence, start: int, quantum: bool) -> int:
         """Tokens from `start` on that go into this step; 0 when the budget is spent."""
