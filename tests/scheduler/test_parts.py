@@ -193,7 +193,7 @@ def test_books_of_slots_balance() -> None:
     assert [s.slot for s in sequences] == [0, 1, 2]
     sequences[0].to(State.FINISHED)
     assert pool.release(sequences[0]) == 0
-    assert [pool.has_held_holes(1) for _ in range(3)] == [False, True, True]
+    assert [pool.has_held_holes(1) for _ in range(4)] == [False, True, False, True]
     assert pool.move(2, 0) is sequences[2]
     assert list(pool.free) == [2, 3]
     assert not pool.has_held_holes(1)

@@ -24,8 +24,8 @@ NAME = "NAME"
 """Stands for the name of an entry of a table. In capitals, so that it is no entry's name."""
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _KINDS: dict[Any, Kind] = {int: "integer", float: "number", bool: "switch", Literal: "choice", str: "text", list: "names"}
-_KINDS[Union] = "integer"  # or a word in its place
 """By a setting's type, or what that is of."""
+_KINDS[Union] = "integer"  # or a word in its place
 _WHAT = {"integer": "a whole number", "number": "a number", "switch": "true or false", "names": "a list of names"}
 _SWITCH_WORDS = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(("false", "off", "no", "0"), False)
 

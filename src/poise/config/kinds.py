@@ -58,17 +58,15 @@ def _is_key(key: str) -> bool:
     return len(key) >= KEY_CHARS_MIN and all("!" <= character <= "~" for character in key)
 
 
-def _slots(value: object) -> object:
-    # Not a union to validate: its errors would name its members, not the setting.
-    if value == "auto" or (type(value) is int and 1 <= value <= 256):
-        return value
-    raise ValueError('must be "auto" or a whole number between 1 and 256')
+def _auto_or(least: int, most: int) -> PlainValidator:
+    """A whole number, or "auto". Not a union to validate: its errors would name its members, not the setting."""
 
+    def check(value: object) -> object:
+        if value == "auto" or (type(value) is int and least <= value <= most):
+            return value
+        raise ValueError(f'must be "auto" or a whole number between {least} and {most}')
 
-def _store_mb(value: object) -> object:
-    if value == "auto" or (type(value) is int and 0 <= value <= 1 << 20):
-        return value
-    raise ValueError(f'must be "auto" or a whole number between 0 and {1 << 20}')
+    return PlainValidator(check)
 
 
 _NAME = 'name must be 1 to 64 of a-z, 0-9, "_" and "-"'
@@ -100,8 +98,8 @@ ClassName = Annotated[str, _text("interactive|background", 'must be among "inter
 ApiKey = Annotated[str, _text(_is_key, _NO_KEY)]
 OptionalApiKey = Annotated[str, _text(lambda key: not key or _is_key(key), _NO_KEY)]
 Hours = Annotated[str, _text(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", "must be spans as in 22:00-06:30")]
-Slots = Annotated[int | Literal["auto"], Field(ge=1, le=256), PlainValidator(_slots)]
-StoreMb = Annotated[int | Literal["auto"], Field(ge=0, le=1 << 20), PlainValidator(_store_mb)]
+Slots = Annotated[int | Literal["auto"], Field(ge=1, le=256), _auto_or(1, 256)]
+StoreMb = Annotated[int | Literal["auto"], Field(ge=0, le=1 << 20), _auto_or(0, 1 << 20)]
 Toggle = Literal["auto", "on", "off"]
 KvType = Literal["f16", "q8_0", "q4_0"]
 Profile = Literal["workstation", "team", "edge", "hybrid"]

@@ -112,12 +112,15 @@ class KvPool:
         return slot
 
     def has_held_holes(self, persist_steps: int) -> bool:
-        """Whether there have been free slots below the highest held one for more than so many calls."""
+        """Whether there have been free slots below the highest held one for more than so many calls; then not for as many."""
         if not self.holders or not self._free or self._free[0] > max(self.holders):
             self._hole_age = 0
-        else:
-            self._hole_age += 1
-        return self._hole_age > persist_steps
+            return False
+        self._hole_age += 1
+        if self._hole_age <= persist_steps:
+            return False
+        self._hole_age = 0  # most of what is not worth closing now is not in the next step, either
+        return True
 
     def move(self, source: int, target: int) -> Sequence:
         """The sequence of a slot goes to a free one, which the caller has emptied, and its state with it. Returns it."""

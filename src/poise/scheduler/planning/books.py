@@ -51,8 +51,10 @@ class Books:
 
     def first_waiting(self, request_class: RequestClass, pool: str, *, heavy: bool) -> Sequence | None:
         """The queued sequence, heavy or not, that gets the next slot of the pool that the class may have."""
-        held, tenants = self.pools[pool].held_by_tenant, self.tenants
-        return self.queues[request_class, pool].first(tenants.may_run, lambda t: held(t) / tenants.weight(t), heavy=heavy)
+        queue, held, tenants = self.queues[request_class, pool], self.pools[pool].held_by_tenant, self.tenants
+        if not queue.n_queued:  # as mostly: this is asked for each class, pool and kind in every step
+            return None
+        return queue.first(tenants.may_run, lambda t: held(t) / tenants.weight(t), heavy=heavy)
 
     def is_heavy(self, sequence: Sequence) -> bool:
         """Rule R5: whether so much of its prompt must still be computed. Output that it came with counts nowhere."""
