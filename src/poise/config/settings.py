@@ -145,7 +145,7 @@ class SchedulerSettings(Section):
     fairness_grain_ms: Annotated[int, Field(ge=1, le=60_000)] = 500
     """Tenants whose served compute differs by less rank alike, so that a prompt that was begun is finished first."""
     ageing: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
-    """Share of its waited time that a prompt gains on shorter ones."""
+    """Share of its waited time that a prompt gains on shorter ones; a heavy one gains a tenth of that."""
     hole_steps: Annotated[int, Field(ge=1, le=10_000)] = 2
     """Steps that a hole between busy slots may persist before a sequence is moved into it."""
     turn_ms: Annotated[int, Field(ge=10, le=3_600_000)] = 2000
